@@ -1,0 +1,1 @@
+"""Chinwag's core: conversations, memory, the durable engine and the way in."""
