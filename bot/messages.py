@@ -245,7 +245,13 @@ class Profile:
 
 
 STANDARD = Profile(
-    name="standard", passage_tokens=2400, max_passages=8, history_share=0.8, temperature=None, short=False, declines=False
+    name="standard",
+    passage_tokens=2400,
+    max_passages=8,
+    history_share=0.8,
+    temperature=None,
+    short=False,
+    declines=False,
 )
 SMALL = Profile(
     name="small", passage_tokens=400, max_passages=6, history_share=0.8, temperature=0.0, short=True, declines=True

@@ -1,0 +1,1 @@
+"""Frontends: each turns a platform's events into the core's values and shows the answers."""

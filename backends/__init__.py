@@ -1,0 +1,1 @@
+"""Model servers: each answers a request as a stream of typed pieces."""

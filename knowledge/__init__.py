@@ -1,0 +1,1 @@
+"""Documents in, passages with sources out, scoped by who may read them."""
