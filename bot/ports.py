@@ -320,5 +320,29 @@ class Store(SourceRegistry, Protocol):
         """Was it?"""
 
 
-Think = Callable[[Incoming], Awaitable[Outcome]]
-Deliver = Callable[[Incoming, Outcome], Awaitable[None]]
+# --- turns --------------------------------------------------------------------------------------
+
+
+class Think(Protocol):
+    """The core, as the engine sees it: what comes of a message. Paid for once, unless a crash cuts it short."""
+
+    def __call__(self, incoming: Incoming, *, replay: bool) -> Awaitable[Outcome]:
+        """Retrieve and generate. `replay`: an earlier process may have begun.
+
+        Expected errors end in a `Problem`. Cancelled when the person stops the turn and when the process
+        ends; let `CancelledError` travel on.
+        """
+
+
+class Deliver(Protocol):
+    """The way back to the person."""
+
+    def __call__(self, incoming: Incoming, outcome: Outcome, *, replay: bool) -> Awaitable[None]:
+        """Show the outcome. `replay`: an earlier process or attempt may have begun, or even sent it.
+
+        Called again, later, after an error that is `retryable`.
+        """
+
+
+Stopped = Callable[[Incoming], Awaitable[Outcome]]
+"""What a turn ends in that a person stopped: what was written so far."""
