@@ -89,7 +89,10 @@ class Attachment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Incoming:
-    """One message to be answered. Within a place, event ids sort in the order they were sent."""
+    """One message to be answered.
+
+    `event_id` is unique in the whole installation; within a place, ids sort in the order of sending.
+    """
 
     event_id: str
     place: Place

@@ -46,6 +46,10 @@ class AdapterLimits:
     max_chars: int
     edit_interval_s: float
     markdown: bool = True
+    local_files: bool = False
+    """Whoever writes here may name files of this machine to be learned."""
+    default_scope: Literal["private", "channel", "workspace"] = "channel"
+    """Where something learned here is readable, unless the person says otherwise."""
 
 
 class Reply(Protocol):
@@ -79,6 +83,9 @@ class Inbox(Protocol):
 
     async def command(self, invocation: Invocation, reply: Reply) -> None:
         """Carry out a command and end `reply` with its result, or with what was wrong."""
+
+    async def settled(self) -> None:
+        """Return when every accepted turn has ended."""
 
     async def stop(self, event_id: str) -> bool:
         """End a turn now, its model request included; false when there is no such turn to stop.

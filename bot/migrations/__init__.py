@@ -1,0 +1,1 @@
+"""The database's history; `python -m bot.migrations "what it does"` drafts the next step."""
