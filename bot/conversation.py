@@ -377,9 +377,8 @@ class Conversations:
             count = len({passage.source_id for passage in prompt.passages})
             parts.append(f"{len(prompt.passages)} passages of {count} {'source' if count == 1 else 'sources'}")
         elif found.sources_searched:
-            parts.append(
-                f"nothing found in {found.sources_searched} {'source' if found.sources_searched == 1 else 'sources'}"
-            )
+            searched = f"{found.sources_searched} {'source' if found.sources_searched == 1 else 'sources'}"
+            parts.append(f"nothing found in {searched}: not from the knowledge")
         if answer.usage is not None:
             parts.append(f"{_thousands(answer.usage.prompt_tokens)} tokens read")
         return [", ".join(parts)]

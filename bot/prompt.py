@@ -6,7 +6,7 @@ last message is byte for byte what it was a turn ago, so that a server's prefix 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bot.answer import without_citations
 from bot.errors import PromptTooLong
@@ -19,6 +19,8 @@ UNTRUSTED = (
     "After each statement taken from a source, write its number in square brackets, like [1]. "
     "When the sources do not hold the answer, say so."
 )
+LEAST_PASSAGE = 40
+"""Tokens below which a shortened passage would say nothing."""
 MEMORY = "Notes on the earlier conversation:"
 PINNED = "Facts to keep in mind:"
 
@@ -90,14 +92,40 @@ def history(
 def choose_passages(
     passages: Sequence[Passage], budget: int, most: int, estimate: TokenEstimate
 ) -> tuple[Passage, ...]:
-    """The best passages that fit the budget; one that is too long for what is left lets a shorter one pass."""
-    chosen: list[Passage] = []
-    for passage in passages[: most * 2]:
-        cost = estimate.text(_source_text(len(chosen) + 1, passage))
-        if len(chosen) < most and cost <= budget:
-            chosen.append(passage)
-            budget -= cost
-    return tuple(chosen)
+    """The best passages within the budget, in tokens. Where they do not all fit, the longest are shortened first.
+
+    The best one is left whole, so that a question about one thing has its whole answer; the others share what is left,
+    so that a question about many things reaches them all.
+    """
+    chosen = list(passages[:most])
+    costs = [estimate.text(_source_text(number, passage)) for number, passage in enumerate(chosen, start=1)]
+    while chosen and (len(chosen) - 1) * LEAST_PASSAGE + costs[0] > budget:
+        chosen.pop()
+        costs.pop()
+    if not chosen:
+        return ()
+    level = _level(costs[1:], budget - costs[0])
+    rest = (
+        passage if cost <= level else _shortened(passage, level / cost)
+        for passage, cost in zip(chosen[1:], costs[1:], strict=True)
+    )
+    return (chosen[0], *rest)
+
+
+def _level(costs: Sequence[int], budget: int) -> int:
+    """The most that each may cost so that all together stay within the budget."""
+    left, level = budget, budget
+    for place, cost in enumerate(sorted(costs)):
+        level = left // (len(costs) - place)
+        if cost > level:
+            return level
+        left -= cost
+    return max([level, *costs])
+
+
+def _shortened(passage: Passage, share: float) -> Passage:
+    keep = max(20, int(len(passage.text) * share) - 40)
+    return replace(passage, text=f"{passage.text[:keep].rsplit(' ', 1)[0].rstrip()} [...]")
 
 
 def question_text(question: str, passages: Sequence[Passage], profile: Profile, *, outside: str = "") -> str:
@@ -107,8 +135,8 @@ def question_text(question: str, passages: Sequence[Passage], profile: Profile, 
     found = "\n".join(_source_text(number, passage) for number, passage in enumerate(passages, start=1))
     if profile.short:
         ask = (
-            "Answer from these sources only, in one to four sentences, and end each sentence with the source number "
-            "in square brackets, like [1]."
+            "Answer the question in one to four sentences, using only these sources. Name things in words, and end "
+            "with the source number in square brackets, like [1]."
         )
         return f"{found}\n\n{ask}\nQuestion: {question}"
     return f"{found}\n\n{question}"
