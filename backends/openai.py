@@ -1,6 +1,7 @@
 """Any server that speaks OpenAI's chat completions: OpenAI, vLLM, SGLang, llama.cpp, OpenRouter and many more."""
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,7 +15,15 @@ import aiohttp
 from backends import failures, sse
 from backends.chat_wire import Dialect, Reply, request_body
 from backends.tokens import Estimate
-from bot.errors import ModelBroke, ModelError, ModelOverloaded, ModelRefusedKey, ModelUnknown, PromptTooLong
+from bot.errors import (
+    ModelBroke,
+    ModelError,
+    ModelOverloaded,
+    ModelRefusedKey,
+    ModelRefusedRequest,
+    ModelUnknown,
+    PromptTooLong,
+)
 from bot.messages import SMALL, STANDARD, Health, ModelLimits, ModelRequest, Piece, Profile, Usage
 from bot.ports import BackendOptions, ModelBackend
 
@@ -89,7 +98,8 @@ class OpenAIBackend:
         self._estimate = Estimate()
         self._limits: ModelLimits | None = None
         self._counts = False
-        self._headers = {"Accept-Encoding": "identity", **settings.extra_headers}
+        own = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        self._headers = {**own, **settings.extra_headers}
         if options.api_key:
             self._headers = {"Authorization": f"Bearer {options.api_key}", **self._headers}
 
@@ -139,8 +149,10 @@ class OpenAIBackend:
         if self._counts:
             try:
                 return await self._count(request)
+            except (ModelUnknown, ModelRefusedRequest):
+                self._counts = False  # an older server, without these two routes
             except ModelError:
-                self._counts = False
+                pass  # an estimate is better than no answer
         return self._estimate.of(request)
 
     async def health(self) -> Health:
@@ -166,7 +178,8 @@ class OpenAIBackend:
             extra.setdefault(self._settings.conversation_field, request.conversation)
         while True:
             used = self._dialect
-            response = await self._send(request_body(request, model, used, extra))
+            body = request_body(request, model, used, extra)
+            response = await self._send("POST", f"{self._url}/chat/completions", body, self._options.timeout_s)
             if response.status == 200:
                 return self._not_a_page(response)
             complaint = await _rest(response)
@@ -174,26 +187,25 @@ class OpenAIBackend:
                 raise self._refusal(response, complaint)
             self._dialect = used.without(complaint)
 
-    async def _send(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
-        """Post, and once more when the server had closed an idle connection that we took for open."""
+    async def _send(self, method: str, url: str, body: Any, timeout_s: float) -> aiohttp.ClientResponse:
+        """Send and wait for the head of the reply. Raises `ModelError`.
+
+        Once more when the server had closed an idle connection that we took for open.
+        """
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
+        ask = functools.partial(
+            self._session.request, method, url, data=data, headers=self._headers, params=self._settings.extra_query
+        )
         try:
-            try:
-                return await self._post(body)
-            except aiohttp.ClientConnectorError:
-                raise
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                return await self._post(body)
+            async with asyncio.timeout(timeout_s):
+                try:
+                    return await ask()
+                except aiohttp.ClientConnectorError:
+                    raise
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    return await ask()
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise failures.from_exception(error, url=self._url) from error
-
-    async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
-        async with asyncio.timeout(self._options.timeout_s):
-            return await self._session.post(
-                f"{self._url}/chat/completions",
-                data=json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
-                headers={**self._headers, "Content-Type": "application/json"},
-                params=self._settings.extra_query,
-            )
 
     def _not_a_page(self, response: aiohttp.ClientResponse) -> aiohttp.ClientResponse:
         if response.content_type == "text/html":
@@ -275,16 +287,14 @@ class OpenAIBackend:
     async def _ask(self, method: str, path: str, body: Any = None, *, root: bool = False) -> dict[str, Any]:
         """A small question with a JSON answer. Raises `ModelError`."""
         url = (self._url.removesuffix("/v1") if root else self._url) + path
+        response = await self._send(method, url, body, _ASK_TIMEOUT_S)
         try:
-            async with (
-                asyncio.timeout(_ASK_TIMEOUT_S),
-                self._session.request(
-                    method, url, json=body, headers=self._headers, params=self._settings.extra_query
-                ) as response,
-            ):
+            async with asyncio.timeout(_ASK_TIMEOUT_S):
                 text = await response.text(errors="replace")
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise failures.from_exception(error, url=self._url) from error
+        finally:
+            response.close()
         if response.status != 200:
             raise failures.from_status(response.status, text, url=self._url, headers=response.headers)
         if response.content_type == "text/html":

@@ -79,12 +79,10 @@ async def obtain(model: str, *, folder: Path, progress: OnProgress) -> Path:
 async def _named_by_the_user(path: Path, folder: Path, progress: OnProgress) -> Path:
     known = next((weights for weights in CATALOG.values() if weights.filename == path.name.lower()), None)
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        magic = await asyncio.to_thread(_magic, path)
     except OSError as error:
-        raise WeightsError(
-            f"The model file {str(path)!r} cannot be read ({error.strerror}). See CHINWAG_MODEL."
-        ) from error
+        what = f"The model file {str(path)!r} cannot be read ({error.strerror})"
+        raise WeightsError(f"{what}. See CHINWAG_MODEL.") from error
     if magic != b"GGUF":
         raise WeightsError(f"{str(path)!r} is not a GGUF file. Set CHINWAG_MODEL to one, or leave it empty.")
     if known:
@@ -181,6 +179,11 @@ async def _check(path: Path, weights: Weights, folder: Path, progress: OnProgres
             "Delete it to have it fetched again; a model of your own needs another name."
         )
     _remember(path, weights.sha256, folder)
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def _sha256(path: Path) -> str:
