@@ -59,7 +59,7 @@ SWEEP_BATCH = 500
 QUICK_CHECK_MAX_BYTES = 50_000_000
 
 CONNECTIONS = 4
-THREADS = 32
+THREADS = 16
 """DBOS makes its pool the loop's own, so `asyncio.to_thread` of the whole program runs there too."""
 
 INCOMING = TypeAdapter(Incoming)
@@ -111,7 +111,7 @@ class Engine:
         self._turns: dict[str, Turn] = {}
         self._tries: dict[str, int] = {}
         self._expected: set[str] = set()
-        self._all_in_line = asyncio.Event()
+        self._joined = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._last_order = 0
@@ -167,7 +167,8 @@ class Engine:
     async def boot(self) -> int:
         """Take up what earlier processes left, then let turns begin; how many turns came back.
 
-        Turns wait until all of these are in line, or for 10 seconds. Old turns are removed in the background.
+        New turns wait until all of these are in line, or none has come for 10 seconds. Old ones are removed in the
+        background.
         """
         if not self._recover:
             return 0
@@ -184,8 +185,7 @@ class Engine:
                 await DBOS.resume_workflows_async(strays)
         self._tries = {_event_id(w.workflow_id): (w.attributes or {}).get("tries", 0) for w in left}
         self._expected = self._tries.keys() - self._turns.keys()
-        if self._expected:
-            await self._wait_for_expected()
+        await self._wait_for_expected()
         came_back = sum(turn.replay for turn in self._turns.values())
         self._lanes.release()
         self.schedule("retention", self.sweep, every=timedelta(days=1), at_once=True)
@@ -298,8 +298,7 @@ class Engine:
         self._idle.clear()
         running.add_done_callback(lambda _: self._end(turn))
         self._expected.discard(turn.incoming.event_id)
-        if not self._expected:
-            self._all_in_line.set()
+        self._joined.set()
 
     def _end(self, turn: Turn) -> None:
         turn.ticket.leave()
@@ -466,10 +465,10 @@ class Engine:
             await asyncio.wait_for(self._idle.wait(), CLOSING_TIMEOUT_S)
 
     async def _wait_for_expected(self) -> None:
-        self._all_in_line.clear()
         try:
-            async with asyncio.timeout(RECOVERY_WAIT_S):
-                await self._all_in_line.wait()
+            while self._expected:
+                self._joined.clear()
+                await asyncio.wait_for(self._joined.wait(), RECOVERY_WAIT_S)
         except TimeoutError:
             logger.warning("turns of an earlier process are late", turns=len(self._expected))
 

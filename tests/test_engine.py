@@ -269,6 +269,27 @@ async def test_a_turn_cut_off_by_shutdown_is_thought_again(tmp_path: Path) -> No
     assert [(event_id, replay) for event_id, _, replay in after.deliveries] == [("1", True)]
 
 
+async def test_an_interrupted_program_leaves_its_turns_for_the_next_start(tmp_path: Path) -> None:
+    """Ctrl-C cancels the program's task; what was being thought is thought again."""
+    before, after = Core(gated=True), Core()
+
+    async def program() -> None:
+        async with running(tmp_path, before) as engine:
+            await engine.accept(message("1"))
+            await engine.drained()
+
+    task = asyncio.create_task(program())
+    await before.until(lambda: before.thinking == {"1"})
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with running(tmp_path, after) as engine:
+        await engine.drained()
+
+    assert before.delivered == []
+    assert after.thoughts == [("1", True)]
+
+
 async def test_a_think_that_answers_when_interrupted_is_not_believed_at_shutdown(tmp_path: Path) -> None:
     """What think makes of the shutdown's interruption is not the person's answer."""
     thinking = asyncio.Event()
