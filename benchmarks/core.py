@@ -76,11 +76,9 @@ async def main() -> None:
             core_us = await _cpu_us(engine)
             bare_us = await _bare_us(model)
     idle.sort()
-    print(
-        f"accept to the model's request, idle   p50 {statistics.median(idle):.1f} ms, p90 {idle[int(IDLE * 0.9)]:.1f} ms"
-    )
-    print(f"{AT_ONCE} conversations at once             {answered} answered in {burst:.2f} s")
-    print(f"CPU per token, core without a wire    {core_us:.1f} us, bare loop {bare_us:.1f} us")
+    print(f"accept to request, idle   p50 {statistics.median(idle):.1f} ms, p90 {idle[int(IDLE * 0.9)]:.1f} ms")
+    print(f"{AT_ONCE} conversations at once {answered} answered in {burst:.2f} s")
+    print(f"CPU per token, core without a wire {core_us:.1f} us, bare loop {bare_us:.1f} us")
 
 
 def _place(number: int) -> Place:
