@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import qdrant_edge as edge
 
 MAX_BODY_BYTES = 64 << 20
-LOCK_WAIT_S = 5.0
+LOCK_WAIT_S = 2.0
 
 Json = dict[str, Any]
 

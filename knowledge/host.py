@@ -40,6 +40,11 @@ class Host:
         """The process id while it runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
+    async def ended(self) -> None:
+        """Return when no process runs."""
+        if self._process:
+            await self._process.wait()
+
     async def endpoint(self) -> Endpoint:
         """Where the running process answers; starts it when there is none. Raises `KnowledgeUnavailable`.
 

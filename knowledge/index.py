@@ -226,7 +226,8 @@ class Index:
         async def work(client: "AsyncQdrantClient") -> list[Candidate]:
             both, nearest = await client.query_batch_points(COLLECTION, _queries(query, readers, limit))
             cosines = {str(point.id): point.score for point in nearest.points}
-            return [_candidate(point, cosines.get(str(point.id), 0.0)) for point in both.points]
+            found = [_candidate(point, cosines.get(str(point.id), 0.0)) for point in both.points]
+            return sorted(found, key=lambda one: (-one.score, one.chunk.source_id, one.chunk.position))
 
         return await self._call(work)
 

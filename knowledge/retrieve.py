@@ -18,8 +18,10 @@ WORDS_WEIGHT = 0.04
 FOREIGN_SHARE = 0.25
 NEAR_FLOOR = 0.03
 """How far below the floor a further passage may lie when the best one is above it."""
-NEAR_BEST = 0.08
-"""How far below the best one a section may lie that is wanted for an overview."""
+NEAR_BEST = 0.06
+"""How far below the best one it may lie: beside a perfect match, the merely related is noise."""
+WIDE = 0.08
+"""The same for a section that is wanted for an overview."""
 MERGED_CHARS = 640
 """About 160 tokens: two merged passages still fit into a small model's 400."""
 
@@ -52,7 +54,7 @@ def choose(question: str, terms: frozenset[int], candidates: Sequence[Candidate]
     if best < FLOOR:
         return []
     wide = asks_for_overview(question)
-    least = best - NEAR_BEST if wide else FLOOR - NEAR_FLOOR
+    least = best - WIDE if wide else max(FLOOR - NEAR_FLOOR, best - NEAR_BEST)
     good = _distinct([chunk for weight, chunk in weighed if weight >= least])
     return overview(question, good)[:k] if wide else merged(good[:k])
 

@@ -7,6 +7,7 @@ each redirect goes through the same again. `allow_private_addresses` is for thos
 
 import asyncio
 import ipaddress
+import re
 import socket
 import stat
 from dataclasses import replace
@@ -175,6 +176,8 @@ def checked(address: str, *, allow_private: bool) -> URL:
         literal = ""
     if literal and not allow_private:
         check_public(literal, parts.hostname)
+    if not literal and _NUMERIC.fullmatch(parts.hostname):  # 127.1, 2130706433, 0x7f000001
+        raise AddressRefused(f"{parts.hostname} is a number that may hide a private network. Use the site's name.")
     return URL(address)
 
 
@@ -194,6 +197,7 @@ def check_public(address: str, host: str) -> None:
         )
 
 
+_NUMERIC = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*\.?", re.IGNORECASE)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
