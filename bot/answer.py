@@ -13,7 +13,7 @@ THINKING = {"<think>": "</think>", "<thinking>": "</thinking>", "</think>": "", 
 
 _PLAIN_END = re.compile(r"[<\[\]\n`]|[ \t]\Z")
 _TOKEN = re.compile(r"```|`|\n|(?P<space>[ \t]*)\[(?P<numbers>\d{1,3}(?:[ \t]*[,;][ \t]*\d{1,3})*)\](?P<link>\(|\w)?")
-_UNDECIDED = re.compile(r"(?:`{1,2}|[ \t]*\[[\d,; \t]{0,20}|[ \t]*\[[\d,; \t]{1,20}\]|[ \t]+)\Z")
+_UNDECIDED = re.compile(r"(?:`{1,2}|[ \t]*\[[\d,; \t]{0,80}|[ \t]*\[[\d,; \t]{1,80}\]|[ \t]+)\Z")
 
 
 class _Thinking:
@@ -86,7 +86,7 @@ class _OtherSpeakers:
         if match:
             self.ended, self.held = True, ""
             return text[: match.start()].rstrip()
-        self.held = "" if final else _begun(text, self._starts)
+        self.held = "" if final else _line_begun(text, self._starts)
         return text[: len(text) - len(self.held)]
 
 
@@ -176,6 +176,14 @@ class AnswerFilter:
             or self._others.ended
             or self._citations.held
         )
+
+
+def _line_begun(text: str, starts: Sequence[str]) -> str:
+    """The end of `text` that is a line break, blank space, and perhaps the beginning of a name."""
+    match = re.search(r"\n\s*([^\n]*)\Z", text)
+    if match is None or not any(start[1:].startswith(match[1]) for start in starts):
+        return ""
+    return match[0]
 
 
 def without_citations(text: str) -> str:

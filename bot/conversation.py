@@ -168,7 +168,7 @@ class Conversations:
         conversation = await self._store.conversation(incoming.place)
         if self._needs_folding(conversation, room, limits, incoming.text):
             await live.status("Summarising earlier messages")
-            await self._fold(incoming.place, limits)
+            await self._fold(incoming.place, limits, self._estimate.text(incoming.text))
             conversation = await self._store.conversation(incoming.place)
         prompt = turn.prompt = self._compose(incoming, conversation, found, limits, room)
         turn.timings_ms["prepare"] = _ms_since(began)
@@ -223,9 +223,9 @@ class Conversations:
                     if type(piece) is Text:
                         if "first_token" not in turn.timings_ms:
                             turn.timings_ms["first_token"] = _ms_since(began)
-                        shown = clean.feed(piece.text)
-                        if shown:
+                        if shown := clean.feed(piece.text):
                             live.add(shown)
+                            turn.cited = clean.cited
                         if clean.ended:
                             break
                     elif isinstance(piece, Waiting):
@@ -240,6 +240,7 @@ class Conversations:
         except ModelError as error:
             if not live.text.strip():
                 raise
+            live.add(clean.close())
             logger.warning("the answer was cut", reference=log.reference(incoming.event_id), error=str(error))
             finished = Finished(reason="cut")
         turn.timings_ms["total"] = _ms_since(began)
@@ -308,10 +309,10 @@ class Conversations:
         except ChinwagError as error:
             logger.warning("could not summarise", error=str(error), place=place.key)
 
-    async def _fold(self, place: Place, limits: ModelLimits) -> None:
+    async def _fold(self, place: Place, limits: ModelLimits, question_tokens: int = 0) -> None:
         conversation = await self._store.conversation(place)
         room = Room.of(limits, self._manner.max_tokens)
-        fold = self._plan(conversation, room, limits, 0)
+        fold = self._plan(conversation, room, limits, question_tokens)
         if fold is None:
             return
         try:

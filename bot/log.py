@@ -56,6 +56,16 @@ def configure(folder: Path, *, level: str = "INFO", to_stderr: bool = False) -> 
     )
 
 
+def silence() -> None:
+    """Until the data folder is known there is nowhere to log to, and the terminal is not the place."""
+    structlog.configure(
+        processors=[structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
 def redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Take anything that looks like a key or a token out of a log line."""
     for key, value in event.items():

@@ -107,6 +107,8 @@ def plan(
     while first_kept > 0 and kept + counts[first_kept - 1] <= target:
         first_kept -= 1
         kept += counts[first_kept]
+    if conversation.messages and conversation.messages[-1].role == "user":  # a question that waits for its answer
+        first_kept = min(first_kept, len(counts) - 1)
     folded = conversation.messages[:first_kept]
     merge = conversation.summaries if summaries > room.prompt * SUMMARIES_SHARE else ()
     return Fold(messages=folded, merge=merge) if folded or len(merge) > 1 else None

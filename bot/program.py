@@ -38,8 +38,9 @@ Channel = Annotated[str, typer.Option("--channel", help="Which conversation of t
 
 def run() -> int:
     """Run the command line; the exit code. No traceback reaches the terminal: it goes to the log."""
+    log.silence()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except typer.Exit as ended:
         return ended.exit_code
     except typer.Abort:
@@ -56,7 +57,7 @@ def run() -> int:
         log.get("program").exception("crashed", reference=reference)
         _say(f"! Something went wrong inside Chinwag (reference {reference} in chinwag.log of the data folder).")
         return 1
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _failed(error: ChinwagError) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bot.answer import without_citations
-from bot.errors import PromptTooLong
+from bot.errors import PromptTooLong, TurnStopped
 from bot.memory import LONGEST_MESSAGE, PER_MESSAGE, Room, TokenEstimate, clip
 from bot.messages import ChatMessage, ModelLimits, ModelRequest, Passage, Profile
 from bot.ports import Conversation, StoredMessage
@@ -158,7 +158,10 @@ def compose(
     place: str,
 ) -> Prompt:
     """The request for one turn. Raises `PromptTooLong` when even the bare question does not fit."""
-    asked = next(m for m in reversed(conversation.messages) if m.event_id == event_id and m.role == "user")
+    own = (m for m in reversed(conversation.messages) if m.event_id == event_id and m.role == "user")
+    asked = next(own, None)
+    if asked is None:
+        raise TurnStopped("The message was erased before it was answered. Send it again if you want an answer.")
     before = [m for m in conversation.messages if m.id < asked.id]
     head = ChatMessage(role="system", content=front(system, conversation))
     fixed = estimate.text(head.content) + 2 * PER_MESSAGE

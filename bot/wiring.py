@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bot import log
 from bot.commands import COMMANDS, Commands, Parts
@@ -240,9 +239,9 @@ async def checks(settings: Settings) -> list[Health]:
     async with contextlib.AsyncExitStack() as opened:
         try:
             store = await opened.enter_async_context(SqlStore.open(url))
-            found.append(Health(name="database", ok=True, detail=str(Path(url.rpartition("///")[2]))))
+            found.append(Health(name="database", ok=True, detail=url.partition("///")[2]))
         except ChinwagError as error:
-            return [*found, Health(name="database", ok=False, detail=url.rpartition("///")[2], fix=str(error))]
+            return [*found, Health(name="database", ok=False, detail=url.partition("///")[2], fix=str(error))]
         try:
             knowledge = await opened.enter_async_context(open_knowledge(settings, store))
             found += (

@@ -19,6 +19,8 @@ CASES = [
     ("Friend: hello", "hello"),
     ("**Friend:** hello", "hello"),
     ("Hello.\nAnn: and then?\nFriend: no", "Hello."),
+    ("Hello.\n \n Ann: and then?", "Hello."),
+    ("Many [1, 2, 3, 4, 5, 6, 7, 8, 9, 10].", "Many [1][2]."),
     ("A fact [1]. Another [7].", "A fact [1]. Another."),
     ("Both [1, 2] and [2, 9].", "Both [1][2] and [2]."),
     ("```\nx = [9]\n``` then [9]", "```\nx = [9]\n``` then"),

@@ -260,3 +260,14 @@ async def test_forgetting_takes_the_answers_too(tmp_path: Path) -> None:
 
     assert gone.messages == 2
     assert [m.label for m in left.messages] == ["Ben", ""]
+
+
+async def test_a_long_question_is_never_folded_away(tmp_path: Path) -> None:
+    """The question that waits for its answer stays, however little room it leaves."""
+    script = Script()
+    async with talking(tmp_path, script) as (conversations, _, __):
+        for number in range(12):
+            await conversations.think(said(number, "It was a fine day by the river. " * 12), replay=False)
+        outcome = await conversations.think(said(50, "Why? " * 500), replay=False)
+
+    assert outcome.answer is not None
