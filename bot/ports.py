@@ -198,6 +198,9 @@ class KnowledgeBase(Retriever, Protocol):
     async def remove(self, source: Source) -> Removed:
         """Remove file record, chunks and vectors, and count what is left in the index."""
 
+    async def rebuild(self, progress: OnProgress) -> int:
+        """Encode anew what another encoder made (`EncoderChanged`); how many chunks that was. Safe to repeat."""
+
     async def health(self) -> Sequence[Health]:
         """One line for the index, one for the encoder. Never raises `KnowledgeError`."""
 

@@ -32,6 +32,8 @@ import aiohttp
 
 from bot import errors
 from bot.errors import EncoderChanged, KnowledgeError, KnowledgeUnavailable, MissingExtra
+from bot.messages import Progress
+from bot.ports import OnProgress
 from knowledge.chunks import Chunk, Document
 from knowledge.embed import DIMENSION, NAME, Kind
 from knowledge.host import Endpoint, Host
@@ -231,6 +233,14 @@ class Index:
 
         return await self._call(work)
 
+    async def ready(self) -> None:
+        """Connect, and make or check the collection; nothing when that was done."""
+
+        async def work(_client: "AsyncQdrantClient") -> None:
+            return
+
+        await self._call(work)
+
     async def total(self) -> int:
         """All chunks in the index."""
 
@@ -238,6 +248,41 @@ class Index:
             return (await client.count(COLLECTION, exact=True)).count
 
         return await self._call(work)
+
+    # --- another encoder's work ------------------------------------------------------------------------
+
+    async def rebuild(self, progress: OnProgress) -> int:
+        """Encode every chunk of another encoder's collection anew, and drop that collection when all stand."""
+        try:
+            await self.ready()
+        except EncoderChanged:
+            client = self._client
+        else:
+            return 0
+        assert client  # whoever found the stranger is connected
+        await self._prepare(client)
+        done = 0
+        for name in await _strangers(client):
+            done += await self._copy(client, name, progress)
+            await client.delete_collection(name)
+        return done
+
+    async def _copy(self, client: "AsyncQdrantClient", name: str, progress: OnProgress) -> int:
+        """Take a collection's chunks over, in the state they are in; ids stay, so that doing it again is harmless."""
+        total, done, offset = (await client.count(name, exact=True)).count, 0, None
+        while True:
+            page, offset = await client.scroll(name, limit=ENCODE_BATCH, offset=offset)
+            payloads = [dict(record.payload or {}) for record in page]
+            vectors = await self.encode([_chunk(payload).indexed for payload in payloads], "passage")
+            points = [
+                _as_point(str(record.id), encoded, payload | {"encoder": NAME})
+                for record, payload, encoded in zip(page, payloads, vectors, strict=True)
+            ]
+            await client.upsert(COLLECTION, points, wait=True)
+            done += len(points)
+            progress(Progress(stage="embed", done=done, total=total))
+            if offset is None:
+                return done
 
     # --- the connection --------------------------------------------------------------------------------
 
@@ -265,8 +310,8 @@ class Index:
         if status is not None and 400 <= status < 500 and status != 429:
             self._ready = False  # somebody may have taken the collection away
             return _Final(f"Qdrant at {where} refused a request ({status}). Look at `chinwag doctor`.")
-        if status is not None:
-            return KnowledgeUnavailable(f"Qdrant at {where} answered {status}. Look at its log.")
+        if status is not None or hasattr(error, "retry_after_s"):
+            return KnowledgeUnavailable(f"Qdrant at {where} answered {status or 'that it is busy'}. Look at its log.")
         return KnowledgeUnavailable(f"No Qdrant answers at {where}. Is it running? See CHINWAG_QDRANT_URL.")
 
     async def _qdrant(self) -> "AsyncQdrantClient":
@@ -279,6 +324,7 @@ class Index:
                 self._client = await self._connect(address, endpoint.token if endpoint else self._api_key)
                 self._at, self._ready = address, False
             if not self._ready:
+                await self._refuse_strangers(self._client)
                 await self._prepare(self._client)
                 self._ready = True
             return self._client
@@ -299,18 +345,18 @@ class Index:
         )
         return client
 
-    async def _prepare(self, client: "AsyncQdrantClient") -> None:
-        from qdrant_client import models
-
-        names = [found.name for found in (await client.get_collections()).collections]
-        strangers = [name for name in names if name.startswith(PREFIX) and name != COLLECTION]
-        if strangers:
+    async def _refuse_strangers(self, client: "AsyncQdrantClient") -> None:
+        if strangers := await _strangers(client):
             made_by = strangers[0].removeprefix(PREFIX)
             raise EncoderChanged(
                 f"The knowledge was made with the encoder {made_by}, and this one is {NAME}. Their vectors do not mix:"
                 " run `chinwag knowledge rebuild`, or go back to that encoder."
             )
-        if COLLECTION in names:
+
+    async def _prepare(self, client: "AsyncQdrantClient") -> None:
+        from qdrant_client import models
+
+        if await client.collection_exists(COLLECTION):
             await self._check(client)
             return
         await client.create_collection(
@@ -362,7 +408,7 @@ def index_folder(data_dir: Path) -> Path:
     return data_dir / "knowledge"
 
 
-def _payload(owner: Owner, chunk: Chunk) -> dict[str, object]:
+def _payload(owner: Owner, chunk: Chunk) -> dict[str, Any]:
     return asdict(owner) | {
         "text": chunk.text,
         "heading": chunk.heading,
@@ -383,9 +429,10 @@ def _client_errors() -> tuple[type[Exception], ...]:
     """Errors of the client; before it is imported it cannot raise any."""
     if "qdrant_client" not in sys.modules:
         return (OSError,)
+    from qdrant_client.common.client_exceptions import QdrantException
     from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-    return OSError, ApiException, ResponseHandlingException, UnexpectedResponse
+    return OSError, QdrantException, ApiException, ResponseHandlingException, UnexpectedResponse
 
 
 def _matching(**wanted: str) -> "models.Filter":
@@ -434,11 +481,26 @@ def _candidate(point: "models.ScoredPoint", cosine: float) -> Candidate:
 
 
 def _point(owner: Owner, chunk: Chunk, encoded: Encoded) -> "models.PointStruct":
+    return _as_point(point_id(owner, chunk.position), encoded, _payload(owner, chunk))
+
+
+def _as_point(identity: str, encoded: Encoded, payload: dict[str, Any]) -> "models.PointStruct":
     from qdrant_client import models
 
     sparse = models.SparseVector(indices=list(encoded.terms), values=list(encoded.terms.values()))
-    return models.PointStruct(
-        id=point_id(owner, chunk.position),
-        vector={"dense": list(encoded.dense), "bm25": sparse},
-        payload=_payload(owner, chunk),
+    return models.PointStruct(id=identity, vector={"dense": list(encoded.dense), "bm25": sparse}, payload=payload)
+
+
+def _chunk(payload: dict[str, Any]) -> Chunk:
+    return Chunk(
+        text=str(payload.get("text", "")),
+        heading=str(payload.get("heading", "")),
+        page=payload.get("page"),
+        position=int(payload.get("position", 0)),
+        tokens=0,
     )
+
+
+async def _strangers(client: "AsyncQdrantClient") -> list[str]:
+    names = [found.name for found in (await client.get_collections()).collections]
+    return [name for name in names if name.startswith(PREFIX) and name != COLLECTION]

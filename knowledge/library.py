@@ -50,7 +50,7 @@ class Library:
         sources = await self._registry.count_sources(audience.scopes)
         if not sources or not query.strip() or k < 1:
             return Retrieval(sources_searched=sources)
-        (encoded,) = await self._index.encode([query], "query")
+        (encoded,), _ = await asyncio.gather(self._index.encode([query], "query"), self._index.ready())
         candidates = await self._index.search(encoded, audience.scopes, max(CANDIDATES, k))
         scores = {candidate.chunk.id: candidate.score for candidate in candidates}
         chosen = retrieve.choose(query, frozenset(encoded.terms), candidates, k)
@@ -162,6 +162,10 @@ class Library:
         if after == 0:
             await self._registry.delete_source(source.id)
         return Removed(source=source, chunks_before=before, chunks_after=after)
+
+    async def rebuild(self, progress: OnProgress) -> int:
+        """See `KnowledgeBase.rebuild`."""
+        return await self._index.rebuild(progress)
 
     async def health(self) -> Sequence[Health]:
         """See `KnowledgeBase.health`."""

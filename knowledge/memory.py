@@ -146,6 +146,11 @@ class MemoryKnowledge:
         await self._registry.delete_source(source.id)
         return Removed(source=source, chunks_before=len(gone), chunks_after=len(self._passages.get(source.id, ())))
 
+    async def rebuild(self, progress: OnProgress) -> int:
+        """See `KnowledgeBase.rebuild`. There is no encoder here that could have changed."""
+        progress(Progress(stage="embed", done=0, total=0))
+        return 0
+
     async def health(self) -> Sequence[Health]:
         """See `KnowledgeBase.health`."""
         total = sum(map(len, self._passages.values()))

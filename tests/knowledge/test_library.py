@@ -4,15 +4,18 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from qdrant_client import AsyncQdrantClient, models
 
-from bot.errors import KnowledgeUnavailable, SourceDamaged, SourceLocked, StorageFull
+from bot.errors import EncoderChanged, KnowledgeUnavailable, SourceDamaged, SourceLocked, StorageFull
 from bot.messages import Health, NewSource, Passage, Progress, Source
 from bot.ports import KnowledgeOptions
 from knowledge.extract import Extractor
-from knowledge.index import Index
+from knowledge.host import Host
+from knowledge.index import COLLECTION, Index
 from knowledge.library import Library
 from knowledge.memory import MemoryRegistry
 from knowledge.sources import Reader
@@ -191,6 +194,47 @@ async def test_ill_health_names_the_fix(shared: Shared) -> None:
     assert [line.ok for line in lines] == [False, True]
     assert "CHINWAG_QDRANT_URL" in lines[0].detail
     assert lines[0].fix
+
+
+async def test_another_encoders_knowledge_is_encoded_anew(tmp_path: Path, shared: Shared) -> None:
+    """After a rebuild all is found by the present encoder, under the same ids, and the old collection is gone."""
+    host, scope, registry = Host(tmp_path / "knowledge"), fresh_scope(), MemoryRegistry()
+    index = _SharedEncoder(host, shared.index)
+    base = library(shared, index, registry)
+    source = (await base.add(text(OLD), scope, added_by="", progress=unseen)).source
+    assert index._client
+    await _pretend_older(index._client)
+    index._ready = False
+    with pytest.raises(EncoderChanged):
+        await base.search("What are llamas kept for?", readers(scope), 3)
+    told: list[Progress] = []
+
+    assert await base.rebuild(told.append) == source.chunks
+
+    assert told[-1] == Progress(stage="embed", done=source.chunks, total=source.chunks)
+    assert WOOL in (await base.search("What are llamas kept for?", readers(scope), 3)).passages[0].text
+    assert await base.rebuild(unseen) == 0
+    await index.close()
+    await host.close()
+
+
+class _SharedEncoder(Index):
+    """An index of its own that borrows the shared encoder, for loading one takes seconds."""
+
+    def __init__(self, host: Host, lender: Index) -> None:
+        super().__init__(host)
+        self.encode = lender.encode  # type: ignore[method-assign]
+        self.chunk = lender.chunk  # type: ignore[method-assign]
+
+
+async def _pretend_older(client: AsyncQdrantClient) -> None:
+    """Move the chunks to a collection with smaller vectors, as an older encoder would have made it."""
+    sizes = {"dense": models.VectorParams(size=2, distance=models.Distance.COSINE)}
+    await client.create_collection("chinwag-older", vectors_config=sizes)
+    page, _ = await client.scroll(COLLECTION, limit=100)
+    points = [models.PointStruct(id=record.id, vector={"dense": [1.0, 0.0]}, payload=record.payload) for record in page]
+    await client.upsert("chinwag-older", points)
+    await client.delete_collection(COLLECTION)
 
 
 # --- the leaflet ---------------------------------------------------------------------------------------
