@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, strategies
+from hypothesis import given, settings, strategies
 
 from bot.answer import AnswerFilter, without_citations
 
@@ -36,6 +36,7 @@ def test_the_answer_is_clean(raw: str, expected: str) -> None:
     assert filtered([raw]) == expected
 
 
+@settings(deadline=None)
 @given(strategies.sampled_from(CASES), strategies.lists(strategies.integers(0, 60), max_size=8))
 def test_pieces_do_not_matter(case: tuple[str, str], cuts: list[int]) -> None:
     """However the stream is cut into pieces, the answer is the same."""
