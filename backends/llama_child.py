@@ -9,19 +9,25 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
+
+_LOG_S = 0.5
+"""The library writes its log from a thread of its own; its last lines, which say why, take a moment."""
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the library prints must not look like our answer
     settings = json.loads(_first_line())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for watch in (_end_with_input, _end_with_parent):
+        threading.Thread(target=watch, daemon=True).start()
     _be_first_to_go()
     try:
         server = serve(settings)
     except (RuntimeError, ImportError, MemoryError) as error:
+        time.sleep(_LOG_S)
         sys.stderr.write(f"{error}\n")
         os._exit(1)  # not sys.exit: the library's threads may be in no state to be wound up
     answers.write(json.dumps({"url": server.listening_address}) + "\n")
@@ -61,9 +67,17 @@ def _first_line() -> bytes:
     return line
 
 
-def _end_with_parent() -> None:
+def _end_with_input() -> None:
     while os.read(0, 1024):
         pass
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """The input stays open when a fork of the parent outlives it; then this notices, a second later."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
     os._exit(0)
 
 
