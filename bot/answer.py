@@ -59,7 +59,7 @@ class _OwnName:
             return piece
         text = (self.held + piece).lstrip()
         match = self._pattern.match(text)
-        if match and (match.end() < len(text) or final):
+        if match and (text[match.end() :].strip("*") or final):
             text = text[match.end() :]
         elif not final and (match or any(start.startswith(text.casefold()) for start in self._starts)):
             self.held = text
