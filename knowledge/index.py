@@ -1,7 +1,7 @@
 """Chunks and vectors in Qdrant, through `qdrant-client`: one code path for the embedded engine and for a server.
 
-One collection per encoder, `chinwag-<encoder>`; another one beside it means that the encoder changed. Every point is a
-chunk with two vectors, `dense` (cosine) and `bm25` (sparse, with Qdrant's idf), and this payload:
+One collection per encoder and tokenizer, `chinwag-<encoder>-<tokenizer>`; another one means that these changed. Every
+point is a chunk with two vectors, `dense` (cosine) and `bm25` (sparse, with Qdrant's idf), and this payload:
 
 | key | value |
 | --- | --- |
@@ -38,12 +38,14 @@ from knowledge.chunks import Chunk, Document
 from knowledge.embed import DIMENSION, NAME, Kind
 from knowledge.host import Endpoint, Host
 from knowledge.language import language_of
+from knowledge.sparse import NAME as SPARSE_NAME
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, models
 
 PREFIX = "chinwag-"
-COLLECTION = f"{PREFIX}{NAME}"
+MAKER = f"{NAME}-{SPARSE_NAME}"
+COLLECTION = f"{PREFIX}{MAKER}"
 LIVE, DRAFT = "live", "draft"
 BATCH = 64
 """Points in one upsert; the engine holds its process for about 2 ms over it."""
@@ -349,7 +351,7 @@ class Index:
         if strangers := await _strangers(client):
             made_by = strangers[0].removeprefix(PREFIX)
             raise EncoderChanged(
-                f"The knowledge was made with the encoder {made_by}, and this one is {NAME}. Their vectors do not mix:"
+                f"The knowledge was made with the encoder {made_by}, and this one is {MAKER}. Their vectors do not mix:"
                 " run `chinwag knowledge rebuild`, or go back to that encoder."
             )
 
@@ -363,7 +365,7 @@ class Index:
             COLLECTION,
             vectors_config={"dense": models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)},
             sparse_vectors_config={"bm25": models.SparseVectorParams(modifier=models.Modifier.IDF)},
-            metadata={"encoder": NAME, "dimension": DIMENSION},
+            metadata={"encoder": NAME, "sparse": SPARSE_NAME, "dimension": DIMENSION},
         )
         for key in ("scope", "source_id", "digest", "state"):
             await client.create_payload_index(COLLECTION, key, models.PayloadSchemaType.KEYWORD, wait=True)

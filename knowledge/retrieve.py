@@ -2,7 +2,16 @@
 
 The floor decides that the knowledge has nothing to say; a small model would answer from anything it is given.
 Evidence of a chunk is its cosine plus a little for the share of the question's words that stand in it; when question
-and chunk are in different languages their words cannot match, and a quarter is taken for granted.
+and chunk are in different languages their words cannot match and cosines are lower, so most is taken for granted;
+less for a few words, because short texts are near to everything.
+
+Measured by `benchmarks/floor.py` on XQuAD, half of the articles learned, 300 questions about each half:
+
+| questions | articles | declined falsely | accepted falsely |
+| --- | --- | --- | --- |
+| English | English | 2.7 % | 3.0 % |
+| German | German | 2.7 % | 9.7 % |
+| German | English | 24.0 % | 2.0 % |
 """
 
 import re
@@ -11,11 +20,11 @@ from dataclasses import replace
 
 from knowledge.chunks import PATH_MARK
 from knowledge.index import Candidate, Stored
-from knowledge.language import language_of
+from knowledge.language import guess
 
 FLOOR = 0.842
 WORDS_WEIGHT = 0.04
-FOREIGN_SHARE = 0.25
+FOREIGN_SHARE, FOREIGN_SHARE_OF_FEW, FEW_TERMS = 0.9, 0.25, 3
 NEAR_FLOOR = 0.03
 """How far below the floor a further passage may lie when the best one is above it."""
 NEAR_BEST = 0.06
@@ -35,10 +44,9 @@ _OVERVIEW = re.compile(
 
 def evidence(question: str, terms: frozenset[int], candidate: Candidate) -> float:
     """How much speaks for a chunk: about 0.72 (nothing) to 0.95 (certain) with this encoder."""
-    if candidate.chunk.language != language_of(question) and not terms & candidate.terms:
-        share = FOREIGN_SHARE
-    else:
-        share = len(terms & candidate.terms) / len(terms) if terms else 0.0
+    share = len(terms & candidate.terms) / len(terms) if terms else 0.0
+    if guess(question) not in ("", candidate.chunk.language):
+        share = max(share, FOREIGN_SHARE if len(terms) > FEW_TERMS else FOREIGN_SHARE_OF_FEW)
     return candidate.cosine + WORDS_WEIGHT * share
 
 
