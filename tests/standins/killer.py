@@ -16,6 +16,8 @@ from tests.standins.recorder import Event, violations
 
 REPOSITORY = Path(__file__).parents[2]
 CHANNELS = 6
+MOST_UNANSWERED = 60
+"""With more, a bot would spend its short lives on coming back."""
 
 
 @dataclass
@@ -64,6 +66,10 @@ class Killer:
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         self._folder = folder
+        self._journal = folder / "journal"
+        self._journal.touch()
+        self._read = 0
+        self._answered = 0
         self._random = random.Random(seed)
         self._fed: list[Event] = []
         self._acked: set[str] = set()
@@ -107,15 +113,25 @@ class Killer:
             if event.id not in self._acked or self._random.random() < 0.1:
                 life.send(event)
         while True:
+            await asyncio.sleep(self._random.expovariate(50))
+            if self._unanswered() >= MOST_UNANSWERED:
+                continue
             new = Event(id=f"e{len(self._fed):06}", channel=f"c{self._random.randrange(CHANNELS)}")
             self._fed.append(new)
             life.send(new)
             life.send(new)
             life.send(self._random.choice(self._fed))
-            await asyncio.sleep(self._random.expovariate(15))
+
+    def _unanswered(self) -> int:
+        with self._journal.open("rb") as file:
+            file.seek(self._read)
+            news = file.read()
+        self._read += len(news)
+        self._answered += news.count(b"sent ")
+        return len(self._fed) - self._answered
 
     def _concluded(self) -> Report:
-        journal = (self._folder / "journal").read_text().splitlines()
+        journal = self._journal.read_text().splitlines()
         done = [tuple(line.split()[:2]) for line in journal]
         report = self._report
         report.accepted = len(self._acked)
