@@ -1,6 +1,6 @@
 """How often the score floor is wrong: the measurement behind the constants in `knowledge.retrieve`.
 
-    python -m benchmarks.floor ../shared/data/xquad
+    python -m benchmarks.floor FOLDER   (with xquad.en.json and xquad.de.json, CC BY-SA 4.0)
 
 Learns the first half of XQuAD's articles and asks questions about both halves. A question about a learned article
 that brings nothing is declined falsely; one about an article that was not learned and brings something is accepted

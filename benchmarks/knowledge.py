@@ -88,7 +88,7 @@ def made_up(folder: Path) -> list[Path]:
 
 async def learn(library: Library, index: Timed, files: Sequence[Path]) -> None:
     """Learn some files and print what each stage took."""
-    await index.encode(["so that the encoder is loaded"], "query")
+    await asyncio.gather(index.encode(["so that the encoder is loaded"], "query"), index.ready())
     index.seconds.clear()
     began, chunks = time.perf_counter(), 0
     marks: defaultdict[str, float] = defaultdict(float)

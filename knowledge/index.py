@@ -344,6 +344,7 @@ class Index:
             check_compatibility=False,
             timeout=self._call_limit_s,
             trust_env=False,
+            limits=sys.modules["httpx"].Limits(max_keepalive_connections=4),  # on loopback its default keeps none
         )
         return client
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
@@ -29,15 +30,28 @@ class Rig:
     index: Index
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    host = Host(tmp_path / "knowledge")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
+    host = Host(tmp_path_factory.mktemp("index") / "knowledge")
+    yield host
+    await host.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def rig(host: Host) -> AsyncIterator[Rig]:
     endpoint = await host.endpoint()
     async with faulty(endpoint.url) as proxy:
         index = Index(host, url=proxy.url, api_key=endpoint.token, call_limit_s=1)
+        await index.ready()
+        proxy.asked.clear()
         yield Rig(host, proxy, index)
+        proxy.always, proxy.faults = None, []
+        assert index._client
+        await index._client.delete_collection(COLLECTION)
         await index.close()
-    await host.close()
 
 
 def owner(source_id: str = "s1", scope: str = "channel:a", digest: str = "d1") -> Owner:
