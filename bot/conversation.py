@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from bot import log
 from bot.answer import AnswerFilter, given
 from bot.delivery import LiveReply
-from bot.errors import ChinwagError, DeliveryFailed, KnowledgeUnavailable, ModelBroke, ModelError
+from bot.errors import ChinwagError, DeliveryFailed, KnowledgeError, MissingExtra, ModelBroke, ModelError
 from bot.memory import Room, TokenEstimate, extract, plan, summarise
 from bot.messages import (
     Answer,
@@ -186,7 +186,7 @@ class Conversations:
         await live.status("Looking through the knowledge")
         try:
             return await self._knowledge.search(incoming.text, audience, k), []
-        except KnowledgeUnavailable as error:
+        except (KnowledgeError, MissingExtra) as error:
             logger.warning("answering without knowledge", error=str(error), reference=log.reference(incoming.event_id))
             return Retrieval(), ["the knowledge is away; answered without it"]
 
