@@ -13,7 +13,7 @@ THINKING = {"<think>": "</think>", "<thinking>": "</thinking>", "</think>": "", 
 
 _PLAIN_END = re.compile(r"[<\[\]\n`]|[ \t]\Z")
 _TOKEN = re.compile(r"```|`|\n|(?P<space>[ \t]*)\[(?P<numbers>\d{1,3}(?:[ \t]*[,;][ \t]*\d{1,3})*)\](?P<link>\(|\w)?")
-_UNDECIDED = re.compile(r"(?:`{1,2}|[ \t]*\[[\d,; \t]{0,80}|[ \t]*\[[\d,; \t]{1,80}\]|[ \t]+)\Z")
+_UNDECIDED = re.compile(r"(?:`+|[ \t]*\[[\d,; \t]{0,80}|[ \t]*\[[\d,; \t]{1,80}\]|[ \t]+)\Z")
 
 
 class _Thinking:

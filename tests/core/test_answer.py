@@ -13,6 +13,7 @@ def filtered(pieces: list[str], *, passages: int = 2, speakers: tuple[str, ...] 
     return ("".join(map(clean.feed, pieces)) + clean.close()).rstrip()
 
 
+PARTS = ("Ann", ":", "Friend", "<think>", "</think>")
 CASES = [
     ("<think>hm [1]</think>Yes.", "Yes."),
     ("so be it</think>Yes.", "so be itYes."),
@@ -44,6 +45,21 @@ def test_pieces_do_not_matter(case: tuple[str, str], cuts: list[int]) -> None:
     edges = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
 
     assert filtered([raw[a:b] for a, b in itertools.pairwise(edges)]) == expected
+
+
+@settings(deadline=None)
+@given(
+    strategies.lists(
+        strategies.sampled_from(["`", "```", "[", "]", "1", "9", ",", "(", " ", "\n", "x", "*", *PARTS]), max_size=14
+    ),
+    strategies.lists(strategies.integers(0, 60), max_size=8),
+)
+def test_pieces_do_not_matter_whatever_is_written(parts: list[str], cuts: list[int]) -> None:
+    """The same for any mixture of the signs that mean something."""
+    raw = "".join(parts)
+    edges = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
+
+    assert filtered([raw[a:b] for a, b in itertools.pairwise(edges)]).strip() == filtered([raw]).strip()
 
 
 def test_the_cited_numbers_are_known() -> None:
