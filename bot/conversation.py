@@ -69,6 +69,8 @@ class _Turn:
     prompt: Prompt | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     cited: frozenset[int] = frozenset()
+    filling: bool = False
+    """The next question may have to wait for a summary."""
 
 
 class Conversations:
@@ -142,7 +144,8 @@ class Conversations:
             await reply.finish(outcome.answer)
         elif outcome.problem is not None:
             await reply.fail(outcome.problem)
-        self._fold_later(incoming)
+        if turn is not None and turn.filling:
+            self._fold_later(incoming)
 
     async def aclose(self) -> None:
         """End what runs in the background; it will be done again when it is needed."""
@@ -173,6 +176,8 @@ class Conversations:
         prompt = turn.prompt = self._compose(incoming, conversation, found, limits, room)
         turn.timings_ms["prepare"] = _ms_since(began)
         answer = await self._generate(incoming, conversation, prompt, live, turn, began)
+        filled = prompt.estimated_tokens + self._estimate.text(answer.text)
+        turn.filling = filled > room.prompt * limits.profile.history_share * 0.7
         notes = [*self._context_notes(prompt, found, answer), *missing]
         return replace(answer, notes=(*notes, *answer.notes), timings_ms=turn.timings_ms)
 

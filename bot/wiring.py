@@ -88,9 +88,8 @@ class Chinwag:
 
     async def stop(self, event_id: str) -> bool:
         """See `Inbox.stop`."""
+        await self.core.store.request_stop(event_id)  # first: a crash between the two must not forget the stop
         stopped: bool = await self.engine.cancel(event_id)
-        if stopped:
-            await self.core.store.request_stop(event_id)
         return stopped
 
     async def settled(self) -> None:
