@@ -4,17 +4,20 @@
 
 A loopback server in a process of its own writes `streams` answers at `rate` tokens a second each. The client's CPU time
 (user and system, of this process alone) is divided by the tokens it got. "bare" reads the bytes and does nothing with
-them; the difference is what the wire itself adds.
+them; the difference is what the wire itself adds. "core" is a whole turn per stream: accepted by the engine,
+remembered, shown at the pace of Discord; what a turn costs with a single token is taken off, and stated.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -55,11 +58,53 @@ async def wire(url: str, streams: int) -> int:
         return sum(await asyncio.gather(*(one() for _ in range(streams))))
 
 
+async def core(url: str, streams: int) -> int:
+    """Whole turns: engine, store, prompt, wire, output filter, a reply written every 1.2 s."""
+    from bot.conversation import Conversations, Manner
+    from bot.engine import Engine
+    from bot.messages import Place
+    from bot.ports import AdapterLimits
+    from bot.prompt import Persona
+    from bot.store import SqlStore, sqlite_url
+    from tests.standins.recording import RecordingAdapter, said
+
+    adapter = RecordingAdapter(limits=AdapterLimits(max_chars=2000, edit_interval_s=1.2))
+    with tempfile.TemporaryDirectory() as folder:
+        async with contextlib.AsyncExitStack() as opened:
+            store = await opened.enter_async_context(SqlStore.open(sqlite_url(Path(folder) / "chinwag.db")))
+            options = BackendOptions(name="openai", data_dir=Path(), base_url=url, model="m")
+            turns = Conversations(
+                store=store,
+                backend=await opened.enter_async_context(open_client(options)),
+                knowledge=None,
+                adapters={"test": adapter},
+                manner=Manner(persona=Persona(name="Friend", prompt="You are Friend.")),
+            )
+            await opened.enter_async_context(contextlib.aclosing(turns))
+            opening = Engine.open(
+                data_dir=Path(folder),
+                executor_id="bench",
+                think=turns.think,
+                deliver=turns.deliver,
+                stopped=turns.stopped,
+            )
+            engine = await opened.enter_async_context(opening)
+            await engine.boot()
+            places = [Place(platform="test", workspace="w", channel=str(number)) for number in range(streams)]
+            await asyncio.gather(*(engine.accept(said(n, "Tell me.", place=place)) for n, place in enumerate(places)))
+            await engine.drained()
+        return sum(len(reply.answer.text.split()) for reply in adapter.replies.values() if reply.answer)
+
+
 async def serve(rate: float, tokens: int) -> None:
     """Write each token of each answer as a chunk of its own, on time; one line on standard output says where."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET "):  # the list of models
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+            return
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         await reader.readexactly(int(length.split(b":")[1]))
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -97,7 +142,7 @@ def measure(client: Client, url: str, streams: int, tokens: int) -> tuple[float,
 
 async def _got_all(client: Client, url: str, streams: int, tokens: int) -> None:
     got = await client(url, streams)
-    if client is wire and got != streams * tokens:
+    if client is not bare and got != streams * tokens:
         raise SystemExit(f"{got} tokens came, {streams * tokens} were sent")
 
 
@@ -112,17 +157,26 @@ def main() -> None:
     if given.serve:
         asyncio.run(serve(given.rate, given.tokens))
         return
-    command = [sys.executable, __file__, "--serve", "--rate", str(given.rate), "--tokens", str(given.tokens)]
+    with serving(given.rate, given.tokens) as url, serving(given.rate, 1) as short:
+        print(f"{given.streams} streams, {given.rate:.0f} tokens/s each, {given.tokens} tokens; us of CPU a token")
+        print(f"{'round':>5} {'bare':>8} {'openai':>8} {'core':>8} {'core/bare':>9} {'ms a turn':>9}")
+        for number in range(1, given.rounds + 1):
+            floor, _ = measure(bare, url, given.streams, given.tokens)
+            ours, _ = measure(wire, url, given.streams, given.tokens)
+            turn, _ = measure(core, short, given.streams, 1)
+            whole, _ = measure(core, url, given.streams, given.tokens)
+            a_token = (whole * given.tokens - turn) / (given.tokens - 1)
+            print(f"{number:>5} {floor:8.1f} {ours:8.1f} {a_token:8.1f} {a_token / floor:9.2f} {turn / 1000:9.1f}")
+
+
+@contextlib.contextmanager
+def serving(rate: float, tokens: int) -> Iterator[str]:
+    """The loopback server in a process of its own; its address."""
+    command = [sys.executable, __file__, "--serve", "--rate", str(rate), "--tokens", str(tokens)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         assert server.stdin
-        url = server.stdout.readline().strip()
-        print(f"{given.streams} streams, {given.rate:.0f} tokens/s each, {given.tokens} tokens; us of CPU a token")
-        print(f"{'round':>5} {'bare':>8} {'openai':>8} {'added':>8} {'wall s':>8}")
-        for number in range(1, given.rounds + 1):
-            floor, _ = measure(bare, url, given.streams, given.tokens)
-            ours, wall = measure(wire, url, given.streams, given.tokens)
-            print(f"{number:>5} {floor:8.1f} {ours:8.1f} {ours - floor:8.1f} {wall:8.2f}")
+        yield server.stdout.readline().strip()
         server.stdin.close()
 
 
