@@ -26,7 +26,7 @@ test: $(VENV)/.dev
 	@echo "== tests" && $(BIN)/python -m pytest
 
 bench: $(VENV)/.dev
-	@for each in tokens engine core knowledge; do \
+	@for each in core engine tokens knowledge; do \
 		[ ! -f benchmarks/$$each.py ] || { echo "== $$each"; $(BIN)/python -m benchmarks.$$each; } || exit 1; done
 
 COMPILE := uv pip compile pyproject.toml --no-header --generate-hashes --universal --python-version 3.11

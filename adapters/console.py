@@ -20,7 +20,12 @@ from bot.ports import AdapterLimits, Inbox, Reply
 PLATFORM = "console"
 WORKSPACE = "local"
 LIMITS = AdapterLimits(
-    max_chars=1_000_000, edit_interval_s=0.03, markdown=False, local_files=True, default_scope="workspace"
+    max_chars=1_000_000,
+    edit_interval_s=0.03,
+    markdown=False,
+    rate_limited=False,
+    local_files=True,
+    default_scope="workspace",
 )
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 NO_BREAK = "Nothing was kept, so nothing is lost."

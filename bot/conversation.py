@@ -10,7 +10,15 @@ from dataclasses import dataclass, field, replace
 from bot import log
 from bot.answer import AnswerFilter, given
 from bot.delivery import LiveReply
-from bot.errors import ChinwagError, DeliveryFailed, KnowledgeError, MissingExtra, ModelBroke, ModelError
+from bot.errors import (
+    ChinwagError,
+    DeliveryFailed,
+    KnowledgeError,
+    MissingExtra,
+    ModelBroke,
+    ModelError,
+    TooManyMessages,
+)
 from bot.memory import Room, TokenEstimate, extract, plan, summarise
 from bot.messages import (
     Answer,
@@ -28,6 +36,7 @@ from bot.messages import (
     Usage,
     Waiting,
 )
+from bot.policy import DECLINED, RateLimit, kind_of, sorting_request, was_spoken_of
 from bot.ports import ChatAdapter, Conversation, KnowledgeBase, ModelBackend, Store
 from bot.prompt import Persona, Prompt, compose, front, system_text
 
@@ -39,7 +48,6 @@ OUTSIDE_SAY = (
     "(Nothing in the learned documents matches this message. If you answer with facts, begin by saying that they are "
     "not from the learned documents.)"
 )
-DECLINED = "I found nothing about that in what I was taught."
 SUMMARISE = (
     "You keep the notes of a conversation. Rewrite the notes and messages below as short notes, one fact a line: "
     "names, numbers, dates, wishes, decisions, who said them. Keep every fact of the notes. No introduction."
@@ -59,6 +67,7 @@ class Manner:
     footer: bool = True
     outside: str = "auto"
     passages: int = 6
+    rate_per_minute: int = 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,6 +100,7 @@ class Conversations:
         self._adapters = adapters
         self._manner = manner
         self._estimate = TokenEstimate()
+        self._rate = RateLimit(manner.rate_per_minute)
         self._running: dict[str, _Turn] = {}
         self._folding: dict[str, asyncio.Task[None]] = {}
 
@@ -105,6 +115,7 @@ class Conversations:
                 return known
             if replay and await self._store.stop_requested(incoming.event_id):
                 return await self.stopped(incoming)
+            self._admit(incoming, replay=replay)
             outcome = Outcome(answer=await self._answer(incoming, turn, replay=replay))
         except ChinwagError as error:
             outcome = Outcome(problem=self._problem(incoming, error))
@@ -156,6 +167,18 @@ class Conversations:
 
     # --- one answer
 
+    def _admit(self, incoming: Incoming, *, replay: bool) -> None:
+        """Raises `TooManyMessages`. A turn that was admitted before a crash is not counted again."""
+        if replay or not self._adapter(incoming.place).limits.rate_limited:
+            return
+        wait_s = self._rate.wait_s(incoming)
+        if wait_s > 0:
+            raise TooManyMessages(
+                f"That is more than {self._manner.rate_per_minute} messages in a minute. "
+                f"Send it again in {wait_s:.0f} seconds.",
+                retry_after_s=wait_s,
+            )
+
     async def _answer(self, incoming: Incoming, turn: _Turn, *, replay: bool) -> Answer:
         began = time.perf_counter()
         adapter = self._adapter(incoming.place)
@@ -173,7 +196,10 @@ class Conversations:
             await live.status("Summarising earlier messages")
             await self._fold(incoming.place, limits, self._estimate.text(incoming.text))
             conversation = await self._store.conversation(incoming.place)
-        prompt = turn.prompt = self._compose(incoming, conversation, found, limits, room)
+        outside = await self._outside(incoming, conversation, found, limits)
+        if outside is None:
+            return self._declined(incoming, turn, found, began)
+        prompt = turn.prompt = self._compose(incoming, conversation, found, limits, room, outside)
         turn.timings_ms["prepare"] = _ms_since(began)
         answer = await self._generate(incoming, conversation, prompt, live, turn, began)
         filled = prompt.estimated_tokens + self._estimate.text(answer.text)
@@ -195,8 +221,41 @@ class Conversations:
             logger.warning("answering without knowledge", error=str(error), reference=log.reference(incoming.event_id))
             return Retrieval(), ["the knowledge is away; answered without it"]
 
+    async def _outside(
+        self, incoming: Incoming, conversation: Conversation, found: Retrieval, limits: ModelLimits
+    ) -> str | None:
+        """What the model is told when the knowledge has nothing; None to decline without asking it."""
+        if not found.sources_searched or found.passages:
+            return ""
+        declines = limits.profile.declines if self._manner.outside == "auto" else self._manner.outside == "decline"
+        if not declines:
+            return OUTSIDE_SAY
+        if was_spoken_of(incoming.text, conversation, incoming.event_id):
+            return ""
+        try:
+            kind = kind_of(await self._write(sorting_request(incoming.text)))
+        except ModelError as error:
+            logger.warning("could not sort the message", error=str(error), reference=log.reference(incoming.event_id))
+            kind = ""
+        return None if kind == "fact" else "" if kind else OUTSIDE_DECLINE.format(sentence=DECLINED)
+
+    def _declined(self, incoming: Incoming, turn: _Turn, found: Retrieval, began: float) -> Answer:
+        turn.timings_ms["total"] = _ms_since(began)
+        return Answer(
+            text=DECLINED,
+            reference=log.reference(incoming.event_id),
+            notes=(_nothing_found(found),) if self._manner.footer else (),
+            timings_ms=turn.timings_ms,
+        )
+
     def _compose(
-        self, incoming: Incoming, conversation: Conversation, found: Retrieval, limits: ModelLimits, room: Room
+        self,
+        incoming: Incoming,
+        conversation: Conversation,
+        found: Retrieval,
+        limits: ModelLimits,
+        room: Room,
+        outside: str,
     ) -> Prompt:
         shared = self._shared(conversation, incoming)
         return compose(
@@ -207,7 +266,7 @@ class Conversations:
             system=self._system(limits, shared=shared),
             shared=shared,
             passages=found.passages,
-            outside=self._outside(found, limits),
+            outside=outside,
             estimate=self._estimate,
             temperature=self._manner.temperature,
             seed=self._manner.seed,
@@ -339,16 +398,20 @@ class Conversations:
             max_tokens=max_tokens,
             temperature=0.0,
         )
+        written = await self._write(request)
+        if not written:
+            raise ModelBroke("The model wrote no summary.")
+        return written
+
+    async def _write(self, request: ModelRequest) -> str:
+        """A model's whole answer to a request of our own."""
         parts: list[str] = []
         clean = AnswerFilter(persona="")
         async with aclosing(self._backend.stream(request)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 if isinstance(piece, Text):
                     parts += clean.feed(piece.text)
-        written = ("".join(parts) + clean.close()).strip()
-        if not written:
-            raise ModelBroke("The model wrote no summary.")
-        return written
+        return ("".join(parts) + clean.close()).strip()
 
     # --- small decisions
 
@@ -367,12 +430,6 @@ class Conversations:
         speakers = {m.author_id for m in conversation.messages if m.role == "user"} | {incoming.author.id}
         return len(speakers) > 1
 
-    def _outside(self, found: Retrieval, limits: ModelLimits) -> str:
-        if not found.sources_searched or found.passages:
-            return ""
-        declines = limits.profile.declines if self._manner.outside == "auto" else self._manner.outside == "decline"
-        return OUTSIDE_DECLINE.format(sentence=DECLINED) if declines else OUTSIDE_SAY
-
     def _context_notes(self, prompt: Prompt, found: Retrieval, answer: Answer) -> list[str]:
         if not self._manner.footer:
             return []
@@ -383,8 +440,7 @@ class Conversations:
             count = len({passage.source_id for passage in prompt.passages})
             parts.append(f"{len(prompt.passages)} passages of {count} {'source' if count == 1 else 'sources'}")
         elif found.sources_searched:
-            searched = f"{found.sources_searched} {'source' if found.sources_searched == 1 else 'sources'}"
-            parts.append(f"nothing found in {searched}: not from the knowledge")
+            parts.append(_nothing_found(found))
         if answer.usage is not None:
             parts.append(f"{_thousands(answer.usage.prompt_tokens)} tokens read")
         return [", ".join(parts)]
@@ -393,6 +449,11 @@ class Conversations:
         reference = log.reference(incoming.event_id)
         logger.warning("no answer", reference=reference, exc_info=error)
         return Problem(message=str(error), reference=reference)
+
+
+def _nothing_found(found: Retrieval) -> str:
+    count = found.sources_searched
+    return f"nothing found in {count} {'source' if count == 1 else 'sources'}: not from the knowledge"
 
 
 def _waiting(piece: Waiting) -> str:

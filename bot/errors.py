@@ -9,6 +9,7 @@
     |   `-- StorageFull            no space left
     |-- CommandError               a command was given wrongly
     |-- TurnStopped                the person stopped the turn
+    |-- TooManyMessages            one person asks faster than is allowed  (retryable)
     |-- ModelError
     |   |-- ModelUnreachable       nobody answers               (retryable)
     |   |-- ModelOverloaded        busy, or out of budget       (retryable)
@@ -85,6 +86,12 @@ class CommandError(ChinwagError):
 
 class TurnStopped(ChinwagError):
     """The person stopped the turn."""
+
+
+class TooManyMessages(ChinwagError):
+    """One person asks faster than is allowed."""
+
+    retryable = True
 
 
 class ModelError(ChinwagError):

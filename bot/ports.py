@@ -46,6 +46,8 @@ class AdapterLimits:
     max_chars: int
     edit_interval_s: float
     markdown: bool = True
+    rate_limited: bool = True
+    """Whoever writes here shares the model with others, so that messages a minute are limited."""
     local_files: bool = False
     """Whoever writes here may name files of this machine to be learned."""
     default_scope: Literal["private", "channel", "workspace"] = "channel"

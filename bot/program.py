@@ -17,7 +17,15 @@ import typer
 
 from bot import VERSION, folder, log
 from bot.config import Settings, load
-from bot.errors import ChinwagError, CommandError, DataFolderError, KnowledgeError, ModelError, SettingsError
+from bot.errors import (
+    ChinwagError,
+    CommandError,
+    DataFolderError,
+    KnowledgeError,
+    MissingExtra,
+    ModelError,
+    SettingsError,
+)
 
 if TYPE_CHECKING:
     from bot.messages import Answer, Problem, Progress
@@ -63,7 +71,14 @@ def run() -> int:
 def _failed(error: ChinwagError) -> int:
     _say(f"! {error}")
     log.get("program").warning("failed", exc_info=error)
-    codes = ((SettingsError, 2), (CommandError, 2), (DataFolderError, 3), (KnowledgeError, 4), (ModelError, 5))
+    codes = (
+        (SettingsError, 2),
+        (MissingExtra, 2),
+        (CommandError, 2),
+        (DataFolderError, 3),
+        (KnowledgeError, 4),
+        (ModelError, 5),
+    )
     return next((code for kind, code in codes if isinstance(error, kind)), 1)
 
 

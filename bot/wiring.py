@@ -196,6 +196,7 @@ def manner(settings: Settings) -> Manner:
         footer=settings.answers.footer,
         outside=settings.answers.outside_knowledge,
         passages=settings.knowledge.passages,
+        rate_per_minute=settings.rate_per_minute,
     )
 
 

@@ -25,6 +25,7 @@ from bot.messages import (
     Text,
     Usage,
 )
+from bot.policy import DECLINED
 from bot.prompt import Persona
 from bot.store import SqlStore, sqlite_url
 from tests.standins.recording import ANN, BEN, HERE, RecordingAdapter, said
@@ -56,7 +57,9 @@ class Script:
         yield Finished(reason="stop", model="script")
 
     def answer(self, request: ModelRequest) -> str:
-        """Summaries keep what is called a fact; everything else is acknowledged."""
+        """Summaries keep facts; what asks for the weather is sorted as one; the rest is acknowledged."""
+        if request.json_schema is not None:
+            return '{"kind": "%s"}' % ("fact" if "weather" in request.messages[-1].content else "small_talk")
         if request.messages[0].content.startswith("You keep the notes"):
             facts = [line for line in request.messages[-1].content.splitlines() if "fact" in line]
             return "\n".join(dict.fromkeys(facts)) or "nothing of note"
@@ -92,7 +95,7 @@ class Shelf:
 
 @contextlib.asynccontextmanager
 async def talking(
-    tmp_path: Path, script: Script, shelf: Shelf | None = None
+    tmp_path: Path, script: Script, shelf: Shelf | None = None, *, rate_per_minute: int = 0
 ) -> AsyncIterator[tuple[Conversations, SqlStore, RecordingAdapter]]:
     adapter = RecordingAdapter()
     async with SqlStore.open(sqlite_url(tmp_path / "test.db")) as store:
@@ -101,7 +104,11 @@ async def talking(
             backend=script,
             knowledge=shelf,  # type: ignore[arg-type]  # only `search` is asked here
             adapters={"test": adapter},
-            manner=Manner(persona=Persona(name="Friend", prompt="You are Friend."), max_tokens=256),
+            manner=Manner(
+                persona=Persona(name="Friend", prompt="You are Friend."),
+                max_tokens=256,
+                rate_per_minute=rate_per_minute,
+            ),
         )
         async with contextlib.aclosing(conversations):
             yield conversations, store, adapter
@@ -170,14 +177,41 @@ async def test_passages_are_numbered_and_cited(tmp_path: Path) -> None:
     assert [given.n for given in answer.cited] == [1]
 
 
-async def test_nothing_found_is_said(tmp_path: Path) -> None:
-    """Below the floor the model is told, and so is the person."""
+async def test_a_question_outside_the_knowledge_is_declined(tmp_path: Path) -> None:
+    """A small model is not asked for a fact that no source holds, however often; a greeting is answered."""
     script = Script()
     async with talking(tmp_path, script, Shelf()) as (conversations, _, __):
-        answer = answered(await conversations.think(said(1, "What is the weather on Mars?"), replay=False))
+        mars = [await conversations.think(said(n, "What is the weather on Mars?"), replay=False) for n in (1, 2)]
+        hello = answered(await conversations.think(said(3, "Hello"), replay=False))
 
-    assert "found nothing" in script.requests[0].messages[-1].content
-    assert "nothing found in 1 source" in answer.notes[0]
+    for outcome in mars:
+        assert answered(outcome).text == DECLINED
+        assert "nothing found in 1 source" in answered(outcome).notes[0]
+    assert hello.text.startswith("I see")
+    assert all(request.json_schema is not None for request in script.requests[:2])
+
+
+async def test_what_was_said_here_is_answered(tmp_path: Path) -> None:
+    """A question about something that was told in the conversation is not declined."""
+    async with talking(tmp_path, Script(), Shelf()) as (conversations, _, __):
+        await conversations.think(said(1, "The weather in our office is always fine."), replay=False)
+        answer = answered(await conversations.think(said(2, "How is the weather in the office?"), replay=False))
+
+    assert answer.text != DECLINED
+
+
+async def test_one_person_cannot_flood(tmp_path: Path) -> None:
+    """Beyond the rate a message ends in one line that says when; others and replays are not held up."""
+    async with talking(tmp_path, Script(), rate_per_minute=2) as (conversations, _, __):
+        outcomes = [await conversations.think(said(number, "Hello"), replay=False) for number in range(3)]
+        other = await conversations.think(said(10, "Hello", by=BEN), replay=False)
+        replayed = await conversations.think(said(11, "Hello"), replay=True)
+
+    assert [outcome.problem is None for outcome in outcomes] == [True, True, False]
+    assert outcomes[2].problem is not None
+    assert "Send it again in" in outcomes[2].problem.message
+    assert other.answer is not None
+    assert replayed.answer is not None
 
 
 async def test_an_absent_knowledge_is_said(tmp_path: Path) -> None:
