@@ -67,9 +67,8 @@ async def main(model: str) -> None:
                     wrong[is_fact] += 1
                     print(f"  {text!r} was taken for {kind or 'nothing'}")
             each_s = (time.monotonic() - began) / (len(FACTS) + len(OTHERS))
-    print(
-        f"facts let through {wrong[True]} of {len(FACTS)}, others declined {wrong[False]} of {len(OTHERS)}, {each_s:.1f} s each"
-    )
+    rates = f"facts let through {wrong[True]} of {len(FACTS)}, others declined {wrong[False]} of {len(OTHERS)}"
+    print(f"{rates}, {each_s:.1f} s each")
 
 
 if __name__ == "__main__":
