@@ -281,6 +281,8 @@ class Conversations:
             persona=self._manner.persona.name, speakers=sorted(speakers), passages=len(prompt.passages)
         )
         usage, finished = None, None
+        count = len(prompt.passages)
+        await live.status(f"Reading {count} passages" if count > 1 else "Thinking")
         try:
             async with live.showing(), aclosing(self._backend.stream(prompt.request)) as pieces:  # type: ignore[type-var]
                 async for piece in pieces:
