@@ -127,8 +127,9 @@ async def test_closing_while_loading_ends_the_child(tiny: Path) -> None:
 
 
 def children() -> list[int]:
-    """The processes that this one started."""
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    """The model processes that this one started; other tests have children of their own."""
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in pids if b"llama_child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def test_the_child_dies_with_a_killed_bot(tiny: Path, tmp_path: Path) -> None:
