@@ -5,6 +5,8 @@
 
 import asyncio
 import contextlib
+import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -29,9 +31,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self.asked: dict[str, float] = {}
         self.tokens = 1
+        self.prompts: list[str] = []
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[Piece]:
         self.asked[request.messages[-1].content] = time.perf_counter()
+        self.prompts.append("".join(f"<{message.role}>{message.content}" for message in request.messages))
         for _ in range(self.tokens):
             yield Text(" word")
         yield Finished(reason="stop")
@@ -72,13 +76,26 @@ async def main() -> None:
             await engine.drained()
             burst = time.perf_counter() - began
             answered = sum(reply.answer is not None for reply in adapter.replies.values()) - IDLE
+            reuse = await _reuse(core, model)
             model.tokens = TOKENS
             core_us = await _cpu_us(engine)
             bare_us = await _bare_us(model)
     idle.sort()
     print(f"accept to request, idle   p50 {statistics.median(idle):.1f} ms, p90 {idle[int(IDLE * 0.9)]:.1f} ms")
     print(f"{AT_ONCE} conversations at once {answered} answered in {burst:.2f} s")
+    print(f"prompt already read a turn ago        {reuse:.1%} over 100 turns, between compactions")
     print(f"CPU per token, core without a wire {core_us:.1f} us, bare loop {bare_us:.1f} us")
+
+
+async def _reuse(core: Conversations, model: Stopwatch) -> float:
+    """The share of all that was read in 100 turns of one place that stood at the front of the prompt before, too."""
+    model.prompts.clear()
+    model.tokens = 30
+    for number in range(100):
+        asked = said(10_000 + number, f"Question {number}: what do you make of it, and why?", place=_place(-1))
+        await core.think(asked, replay=False)
+    turns = list(itertools.pairwise(model.prompts))
+    return sum(len(os.path.commonprefix(pair)) for pair in turns) / sum(len(later) for _, later in turns)
 
 
 def _place(number: int) -> Place:

@@ -121,6 +121,7 @@ async def test_a_problem_is_an_outcome_but_no_message(store: Store) -> None:
     failed = Outcome(problem=Problem(message="no model", reference="r1"))
     await store.begin_turn(said(1, "hi"))
     await store.end_turn(said(1, "hi"), failed)
+    await store.end_turn(said(1, "hi"), answer("too late"))
     await store.begin_turn(said(2, "again"))
     await store.end_turn(said(2, "again"), answer("", "r2"))
 
