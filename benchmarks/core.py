@@ -6,7 +6,6 @@
 import asyncio
 import contextlib
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -95,7 +94,11 @@ async def _reuse(core: Conversations, model: Stopwatch) -> float:
         asked = said(10_000 + number, f"Question {number}: what do you make of it, and why?", place=_place(-1))
         await core.think(asked, replay=False)
     turns = list(itertools.pairwise(model.prompts))
-    return sum(len(os.path.commonprefix(pair)) for pair in turns) / sum(len(later) for _, later in turns)
+    return sum(_common(*pair) for pair in turns) / sum(len(later) for _, later in turns)
+
+
+def _common(one: str, other: str) -> int:
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _place(number: int) -> Place:
