@@ -52,6 +52,10 @@ class Settings:
     max_tokens_field: str = "max_tokens"
 
 
+_STALE_CONNECTIONS = 8
+"""How often a request that could not be sent is tried on another connection."""
+
+
 def open_backend(options: BackendOptions) -> AbstractAsyncContextManager[ModelBackend]:
     """Open a client for `options.base_url`; nothing is asked of the server yet."""
     return open_client(options)
@@ -190,7 +194,8 @@ class OpenAIBackend:
     async def _send(self, method: str, url: str, body: Any, timeout_s: float) -> aiohttp.ClientResponse:
         """Send and wait for the head of the reply. Raises `ModelError`.
 
-        Once more when the server had closed an idle connection that we took for open.
+        Again when the server had closed an idle connection that we took for open: a few times where nothing could be
+        sent at all (after a burst several of them lie in the pool), once where the server may have read the request.
         """
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         ask = functools.partial(
@@ -198,12 +203,20 @@ class OpenAIBackend:
         )
         try:
             async with asyncio.timeout(timeout_s):
-                try:
-                    return await ask()
-                except aiohttp.ClientConnectorError:
-                    raise
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    return await ask()
+                unread, unsent = 1, _STALE_CONNECTIONS
+                while True:
+                    try:
+                        return await ask()
+                    except aiohttp.ClientConnectorError:
+                        raise
+                    except aiohttp.ServerDisconnectedError:
+                        unread -= 1
+                        if unread < 0:
+                            raise
+                    except aiohttp.ClientOSError:
+                        unsent -= 1
+                        if unsent < 0:
+                            raise
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise failures.from_exception(error, url=self._url) from error
 
