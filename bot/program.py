@@ -303,7 +303,7 @@ async def _core_command(name: str, arguments: str, channel: str) -> None:
     settings = _settings()
     screen = Screen(sys.stdout, live=False)
     with folder.owned(settings.data_dir, by=name):
-        async with _core(settings, "") as core:
+        async with _core(settings, "echo") as core:  # none of these asks a model, so none need be installed
             adapter = ConsoleAdapter(where=place(channel))
             whole = Chinwag(core, {adapter.platform: adapter})
             invocation = Invocation(
