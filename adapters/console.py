@@ -86,6 +86,8 @@ class ConsoleReply:
     async def status(self, note: str) -> None:
         """A spinner with the note beside it; nothing when piped."""
         self._introduce()
+        if self._shown:
+            return
         self._note = note
         if self._screen.live and self._spinner is None:
             self._spinner = asyncio.create_task(self._spin())
@@ -101,13 +103,16 @@ class ConsoleReply:
         """The rest of the text, then the sources that were cited, then the footer."""
         await self._stop_spinner()
         self._introduce()
-        rest = answer.text[len(self._shown) :] if answer.text.startswith(self._shown) else ""
-        self._screen.write(rest if self._shown else answer.text)
+        if answer.text.startswith(self._shown.rstrip()):
+            self._screen.write(answer.text[len(self._shown) :])
+        else:  # what is on the screen cannot be taken back
+            self._screen.write(f"\n{answer.text}")
+        broken = self._shown.endswith("\n") and self._shown.rstrip() == answer.text
         lines = [f"[{given.n}] {_title(given.passage.title, given.passage.page)}" for given in answer.cited]
         if answer.ending == "stopped":
             lines.append("(stopped)")
         lines += [f"({note})" for note in answer.notes if note != "stopped"]
-        self._screen.write("\n" + "".join(f"{self._screen.dim(line)}\n" for line in lines))
+        self._screen.write(("" if broken else "\n") + "".join(f"{self._screen.dim(line)}\n" for line in lines))
         self._on_end()
 
     async def fail(self, problem: Problem) -> None:
